@@ -1,0 +1,5 @@
+"""`python -m pmforensics` is `pmf`."""
+
+from pmforensics.cli import main
+
+main()
