@@ -25,6 +25,9 @@ Every error that pmf raises on purpose.
     |   +-- NotSealed             the capture is running or was killed
     |   +-- BundleBusy            another pmf holds it
     |   +-- BundleBroken          its own records cannot be read
+    +-- VerifyError               dump and candidates
+    |   +-- DumpUnreadable        this is no dump that pmf can read, or it cannot be opened
+    |   +-- CandidateUnreadable   this is no binary or symbol file that pmf can read
     +-- FormatError               bytes that are not what they should be (a ValueError too)
         +-- NotElf                no ELF magic
         +-- BrokenElf             ELF magic, impossible contents
@@ -135,9 +138,13 @@ class AccessDenied(CollectError):
 
 
 class EndpointRefused(CollectError):
-    """Nobody answers at the address, or the answer is no."""
+    """Nobody answers at the address, or the answer is no; `status` is the HTTP status, 0 when there was no answer."""
 
     code = "endpoint-refused"
+
+    def __init__(self, message: str, *, hint: str = "", status: int = 0) -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
 
 
 class DeadlinePassed(CollectError):
@@ -192,6 +199,24 @@ class BundleBroken(BundleError):
     """The bundle's own records cannot be read."""
 
     code = "bundle-broken"
+
+
+class VerifyError(PmfError):
+    """Something about a dump or a file that is held against it."""
+
+    code = "verify-error"
+
+
+class DumpUnreadable(VerifyError):
+    """This is no dump that pmf can read, or it cannot be opened."""
+
+    code = "dump-unreadable"
+
+
+class CandidateUnreadable(VerifyError):
+    """This is no binary, debug file or symbol file that pmf can read."""
+
+    code = "candidate-unreadable"
 
 
 class FormatError(PmfError, ValueError):

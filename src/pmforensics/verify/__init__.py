@@ -1,0 +1,1 @@
+"""Is this what was sealed, and do dump, binary and symbols belong together?"""
