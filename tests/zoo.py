@@ -15,6 +15,7 @@ from __future__ import annotations
 import atexit
 import functools
 import hashlib
+import importlib.util
 import itertools
 import json
 import os
@@ -112,13 +113,16 @@ def missing(*tools: str) -> list[str]:
     """
     Which of these this machine lacks.
 
-    A tool is the name of an executable, "jdk", "jdk17" (any version), or "root" for the right to be root.
+    A tool is the name of an executable, "jdk", "jdk17" (any version), "py:NAME" for a Python module, or "root" for the
+    right to be root.
     """
     lacking = []
     for tool in tools:
         java = re.fullmatch(r"jdk(\d*)", tool)
         if java:
             here = jdk(int(java[1]) if java[1] else None) is not None
+        elif tool.startswith("py:"):
+            here = importlib.util.find_spec(tool.removeprefix("py:")) is not None
         elif tool == "root":
             here = os.geteuid() == 0
         else:
