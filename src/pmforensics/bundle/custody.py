@@ -25,9 +25,7 @@ GENESIS = "0" * 64
 
 def write_custody(folder: Path, event: str, **values: Json) -> str:
     """Append one event and sync it; returns the sha256 of the new line."""
-    fd = os.open(
-        folder / CUSTODY, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-    )
+    fd = os.open(folder / CUSTODY, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         content = os.pread(fd, MAX_CUSTODY_BYTES, 0)
         if content and not content.endswith(b"\n"):

@@ -41,9 +41,7 @@ class Journal:
         try:
             self.fd = os.open(self._path, flags | (os.O_CREAT | os.O_EXCL if create else 0), 0o600)
         except FileNotFoundError:
-            raise NotABundle(
-                f"{folder} has no {JOURNAL}", hint="Give the folder that `pmf capture` printed."
-            ) from None
+            raise NotABundle(f"{folder} has no {JOURNAL}", hint="Give the folder that `pmf capture` printed.") from None
         if not stat.S_ISREG(os.fstat(self.fd).st_mode):
             os.close(self.fd)
             raise BundleBroken(f"{self._path} is not a regular file")
@@ -102,9 +100,7 @@ def read_journal(folder: Path) -> tuple[list[Record], int]:
     try:
         fd = open_regular(path)
     except OSError:
-        raise NotABundle(
-            f"{folder} has no {JOURNAL}", hint="Give the folder that `pmf capture` printed."
-        ) from None
+        raise NotABundle(f"{folder} has no {JOURNAL}", hint="Give the folder that `pmf capture` printed.") from None
     with os.fdopen(fd, "rb") as file:
         if os.fstat(file.fileno()).st_size > MAX_JOURNAL_BYTES:
             raise BundleBroken(f"{path} is larger than any journal that pmf writes")

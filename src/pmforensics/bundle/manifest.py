@@ -87,8 +87,7 @@ def _gap_of_artifact(artifact: dict[str, Any]) -> dict[str, Json]:
         "wanted": artifact["path"],
         "collector": artifact["collector"],
         "outcome": artifact["outcome"],
-        "reason": artifact["reason"]
-        or {"code": artifact["outcome"], "says": "it is not whole", "next_step": ""},
+        "reason": artifact["reason"] or {"code": artifact["outcome"], "says": "it is not whole", "next_step": ""},
         "question": "",
         "at": artifact["at"],
     }

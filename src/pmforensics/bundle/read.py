@@ -41,9 +41,7 @@ def read_bundle(folder: Path) -> Bundle:
     try:
         evidence = json.loads(read_tag_file(folder, EVIDENCE))
     except (ValueError, RecursionError):
-        raise BundleBroken(
-            f"{folder / EVIDENCE} cannot be read", hint="pmf check tells what was altered."
-        ) from None
+        raise BundleBroken(f"{folder / EVIDENCE} cannot be read", hint="pmf check tells what was altered.") from None
     if not isinstance(evidence, dict):
         raise BundleBroken(f"{folder / EVIDENCE} is not a manifest")
     return Bundle(folder, evidence)

@@ -223,5 +223,3 @@ def _digest(path: Path) -> tuple[str, int]:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
         return digest.hexdigest(), file.tell()
-
-

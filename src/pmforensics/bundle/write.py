@@ -31,6 +31,7 @@ from pmforensics.bundle.regular import open_regular
 from pmforensics.bundle.volume import Volume
 from pmforensics.errors import VolumeFull, VolumeUnusable
 from pmforensics.model.capture import (
+    KIB,
     MIB,
     Artifact,
     CollectorEnded,
@@ -51,6 +52,7 @@ CHUNK_BYTES = MIB
 RESERVE_BYTES = 4 * MIB  # released when the volume is full, so that the seal still fits
 SEAL_BYTES = 2 * MIB  # of it, what no artifact may use up
 PROBE_BYTES = 8 * MIB  # of a bulk artifact, to measure volume against compressor
+SYNC_TOGETHER_BELOW_BYTES = 64 * KIB  # smaller files are synced when their collector ends
 WATCH_BYTES = 16 * MIB  # between two looks at the free space
 THREAD_FROM_BYTES = 4 * MIB  # bodies above this are hashed beside the writing
 DROP_CACHE_FROM_BYTES = 64 * MIB
@@ -67,9 +69,7 @@ class BundleWriter:
     Sealing is `seal.seal`, which needs nothing but the folder.
     """
 
-    def __init__(
-        self, folder: Path, volume: Volume, journal: Journal, *, hash_until: float = math.inf
-    ) -> None:
+    def __init__(self, folder: Path, volume: Volume, journal: Journal, *, hash_until: float = math.inf) -> None:
         self.folder = folder
         self.journal = journal
         self.spool_root = folder / SPOOL
@@ -80,6 +80,8 @@ class BundleWriter:
         self._paths: set[str] = set()
         self._full = False
         self._compress: bool | None = None
+        self._unsynced = _Unsynced()
+        self._is_anything_durable = False  # the very first artifact is synced at once
 
     @classmethod
     def create(
@@ -211,6 +213,8 @@ class BundleWriter:
                 stored.write(chunks, bulk=item.bulk, compress=self._choose)
         except OSError as error:
             self._refused(stored, error)
+            if not item.bulk:
+                self._drain(item)  # a small one: what the collector has behind it may still find room
         self._keep(item, stored, path, begun_ns)
 
     def _refused(self, stored: _Stored, error: OSError) -> None:
@@ -232,7 +236,7 @@ class BundleWriter:
     def _keep(self, item: Artifact, stored: _Stored, path: str, begun_ns: int) -> None:
         settled = item.settled()
         try:
-            final = stored.finish() if stored.stored_bytes or stored.broken is None else None
+            final = stored.finish(self._unsynced) if stored.stored_bytes or stored.broken is None else None
         except OSError as error:
             self._refused(stored, error)
             final = None
@@ -247,6 +251,7 @@ class BundleWriter:
             outcome, reason = Outcome.PARTIAL, stored.broken
         self._record(
             "artifact",
+            sync=not self._unsynced or not self._is_anything_durable or len(self._unsynced) >= _Unsynced.MOST,
             path=str(final.relative_to(self.folder)),
             collector=self._collector,
             outcome=outcome.value,
@@ -301,6 +306,10 @@ class BundleWriter:
         )
 
     def _record(self, event: str, *, sync: bool = True, **values: Json) -> None:
+        """One line of the journal. With `sync`, it and all that it follows is on the disk: files before lines."""
+        if sync and self._unsynced:
+            self._is_anything_durable = True
+            self._sync_small_files()
         try:
             self.journal.write(event, sync=sync, **values)
         except OSError as error:
@@ -310,6 +319,16 @@ class BundleWriter:
             self.release_reserve()
             self.journal.end_torn_line()
             self.journal.write(event, sync=sync, **values)
+
+    def _sync_small_files(self) -> None:
+        try:
+            self._unsynced.sync()
+        except OSError as error:
+            if not self.journal.is_in_place():
+                raise
+            says = f"the evidence volume failed to take small files to the disk ({error.strerror})"
+            gap = Gap(f"{self._collector}: durable small files", Outcome.PARTIAL, Reason("volume-failed", says))
+            self._add_gap(gap)
 
     def _take_reserve(self) -> None:
         fd = os.open(self.folder / RESERVE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -430,19 +449,25 @@ class _Stored:
         self._content_hash = None
         self._content_known = False
 
-    def finish(self) -> Path:
-        """On the disk under its final name; returns that name."""
+    def finish(self, unsynced: _Unsynced) -> Path:
+        """Under its final name, which is returned; on the disk, unless it is small and left to `unsynced`."""
         if self._hasher is not None:
             self._hasher.join()
         assert self._partial is not None
-        os.fsync(self._fd)
+        small = self.stored_bytes < SYNC_TOGETHER_BELOW_BYTES
+        if not small:
+            os.fsync(self._fd)
         if self.stored_bytes >= DROP_CACHE_FROM_BYTES:
             # The target's own files should not be pushed out of memory by our dump.
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        self._close()
         final = self._partial.with_name(self._partial.name.removesuffix(PARTIAL_SUFFIX))
         os.rename(self._partial, final)
-        sync_folder(final.parent)
+        if small:
+            unsynced.add(self._fd, final.parent)
+            self._fd = -1
+        else:
+            self._close()
+            sync_folder(final.parent)
         return final
 
     def discard(self) -> None:
@@ -546,6 +571,45 @@ class _Stored:
             "Give a larger volume with --evidence.",
         )
         return True
+
+
+class _Unsynced:
+    """
+    Small files that have their final names and are not yet known to be on the disk.
+
+    A sync costs a journal commit of the file system, milliseconds on a network volume, and one commit takes all files
+    before it along: sixty small files of one collector cost little more than one.
+    """
+
+    MOST = 128  # descriptors held open
+
+    def __init__(self) -> None:
+        self._fds: list[int] = []
+        self._folders: set[Path] = set()
+
+    def __len__(self) -> int:
+        return len(self._fds)
+
+    def add(self, fd: int, folder: Path) -> None:
+        """Take over the descriptor of a file in `folder`."""
+        self._fds.append(fd)
+        self._folders.add(folder)
+
+    def sync(self) -> None:
+        """All of them are on the disk, under their names. The first error is raised once all were tried."""
+        fds, self._fds = self._fds, []
+        folders, self._folders = self._folders, set()
+        broken: OSError | None = None
+        for fd in fds:
+            try:
+                os.fsync(fd)
+            except OSError as error:
+                broken = broken or error
+            os.close(fd)
+        for folder in folders:
+            sync_folder(folder)
+        if broken is not None:
+            raise broken
 
 
 class _Hasher:

@@ -40,7 +40,7 @@ class Seconds(click.ParamType[float]):
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
         if isinstance(value, int | float):
             return float(value)
-        match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)\s*(ms|s|m|h|d|)", str(value).strip())
+        match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)\s*(ms|s|m|h|d|)", str(value).strip())
         if match is None:
             self.fail(f"{value!r} is not a time span; write 25s, 15m or 2h", param, ctx)
         return float(match[1]) * {"ms": 0.001, "": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
@@ -63,7 +63,7 @@ def default_evidence() -> Path:
 @click.option("--pid", type=click.IntRange(min=1), required=True, help="The sick process.")
 @click.option(
     "--evidence",
-    type=click.Path(path_type=Path),
+    type=click.Path(readable=False, path_type=Path),
     help="Folder on a volume that survives the restart.  [$PMF_EVIDENCE, else /var/lib/pmf/evidence]",
 )
 @click.option("--budget", type=SECONDS, default="25s", show_default=True, help="Wall time for everything.")
@@ -76,7 +76,13 @@ def default_evidence() -> Path:
 )
 @click.option("--service", help="Name of the service.  [name of the process]")
 @click.option("--incident", help="Incident or ticket that this belongs to.")
-@click.option("--log", "logs", type=click.Path(path_type=Path), multiple=True, help="A log file to slice; repeatable.")
+@click.option(
+    "--log",
+    "logs",
+    type=click.Path(readable=False, path_type=Path),
+    multiple=True,
+    help="A log file to slice; repeatable.",
+)
 @click.option("--since", type=SECONDS, default="15m", show_default=True, help="How far back log slices reach.")
 @click.option(
     "--core",

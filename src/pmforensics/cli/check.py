@@ -15,7 +15,7 @@ EXITS = {Integrity.INTACT: EXIT_DONE, Integrity.INCOMPLETE: EXIT_INCOMPLETE, Int
 
 
 @click.command("check", short_help="Is a bundle what was sealed?")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=click.Path(readable=False, path_type=Path))
 @click.option("--seal", "expected", metavar="DIGEST", help="The digest that the capture printed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(bundle: Path, expected: str | None, as_json: bool) -> int:

@@ -15,7 +15,7 @@ from pmforensics.cli.terminal import Progress
 
 
 @click.command("recover", short_help="Finish a bundle whose capture was killed.")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=click.Path(readable=False, path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(bundle: Path, as_json: bool) -> int:
     """

@@ -28,7 +28,7 @@ COLLAPSE_FROM = 5  # whole files of one collector that a table shows as a single
 
 
 @click.command("show", short_help="What is in a bundle, and what is missing.")
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=click.Path(readable=False, path_type=Path))
 @click.option("--all", "every", is_flag=True, help="One row per file, also where a collector has many.")
 @click.option("--json", "as_json", is_flag=True, help="Print the bundle's manifest as JSON.")
 def command(bundle: Path, every: bool, as_json: bool) -> None:

@@ -160,6 +160,7 @@ class Worker:
     early: bool = False
     reaped: bool = False
     exit_signal: int = 0
+    _ended: bool = False
     _killed: bool = False
     _poll: select.poll = field(default_factory=select.poll)
 
@@ -169,7 +170,7 @@ class Worker:
 
     def receive(self, most_bytes: int) -> bytes:
         """Up to that many bytes; b"" at the end of the pipe, which comes at the deadline at the latest."""
-        while True:
+        while not self._ended:
             left_s = self.deadline - time.monotonic()
             if self.stop.why is not None and self.cut is None:
                 left_s = 0.0
@@ -180,6 +181,7 @@ class Worker:
             for fd, _ in self._poll.poll(left_s * 1000):
                 if fd == self.fd:
                     return os.read(self.fd, most_bytes)
+        return b""
 
     def receive_exactly(self, wanted_bytes: int) -> bytes:
         """That many bytes, or fewer when the pipe ends."""
@@ -214,8 +216,9 @@ class Worker:
 
     def end(self) -> None:
         """Make sure that the process and its tools are gone; idempotent."""
-        if self.reaped:
+        if self._ended:
             return
+        self._ended = True
         if not self.done:
             self._kill(signal.SIGKILL)
         give_up = time.monotonic() + (TERM_GRACE_S if self.done else REAP_WITHIN_S)

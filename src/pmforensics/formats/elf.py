@@ -26,7 +26,7 @@ PT_LOAD, PT_INTERP, PT_NOTE = 1, 3, 4
 PF_X, PF_W = 1, 2
 PN_XNUM = 0xFFFF  # "too many to say here": the count is sh_info of section 0
 
-_SHT_NOTE, _SHT_NOBITS = 7, 8
+SHT_NOTE, SHT_NOBITS = 7, 8
 _SHN_XINDEX = 0xFFFF
 _NT_GNU_BUILD_ID = 3
 _NT_GO_BUILD_ID = 4
@@ -39,6 +39,7 @@ _MAX_NOTE_SEGMENTS = 64
 _MAX_GO_ID_BYTES = 4096  # real ones have 83
 _MAX_NAME_TABLE_BYTES = 1 << 20
 _MAX_PATH_BYTES = 4096
+MAX_DEBUGLINK_BYTES = _MAX_PATH_BYTES + 8  # a name, padding, and four bytes
 _TABLE_BATCH = 1024  # header table entries per read
 _MAX_FILE_OFFSET = (1 << 63) - 1  # pread(2) takes a signed offset
 
@@ -84,6 +85,7 @@ class SectionHeader:
 
     name_offset: int
     section_type: int
+    flags: int
     offset: int
     size: int
     link: int
@@ -209,8 +211,8 @@ def iter_program_headers(table: bytes, header: ElfHeader) -> Iterator[ProgramHea
 def iter_section_headers(table: bytes, header: ElfHeader) -> Iterator[SectionHeader]:
     """The section headers in `table`, which must hold a whole number of them."""
     layout = header.order + ("IIQQQQIIQQ" if header.elf_class == 64 else "IIIIIIIIII")
-    for name, kind, _, _, offset, size, link, info, align, _ in struct.iter_unpack(layout, table):
-        yield SectionHeader(name, kind, offset, size, link, info, align)
+    for name, kind, flags, _, offset, size, link, info, align, _ in struct.iter_unpack(layout, table):
+        yield SectionHeader(name, kind, flags, offset, size, link, info, align)
 
 
 class _Source:
@@ -274,6 +276,18 @@ def _sections(source: _Source, header: ElfHeader) -> Iterator[SectionHeader]:
         yield from iter_section_headers(table[: len(table) - len(table) % entry_bytes], header)
         if len(table) < wanted:
             return
+
+
+def iter_sections(read: ReadAt, size: int | None, header: ElfHeader) -> Iterator[tuple[str, SectionHeader]]:
+    """
+    The sections of the ELF file behind `read` with their names, the null section first; `size` as for
+    `read_elf_identity`. Ends early without an error where the table is cut; names that are cut off are "".
+    """
+    source = _Source(read, size)
+    names = _section_names(source, header)
+    for section in _sections(source, header):
+        end = names.find(b"\0", section.name_offset, section.name_offset + _MAX_PATH_BYTES)
+        yield _text(names[section.name_offset : end]) if end >= 0 else "", section
 
 
 def _section_names(source: _Source, header: ElfHeader) -> bytes:
@@ -405,20 +419,24 @@ def _read_sections(source: _Source, header: ElfHeader, notes: _Notes) -> DebugLi
     names = _section_names(source, header)
     debuglink = None
     for section in _sections(source, header):
-        if section.section_type == _SHT_NOTE:
+        if section.section_type == SHT_NOTE:
             notes.read(source, header.order, section.offset, section.size, section.align)
-        elif section.section_type != _SHT_NOBITS and _has_name(section, names, b".gnu_debuglink"):
+        elif section.section_type != SHT_NOBITS and _has_name(section, names, b".gnu_debuglink"):
             debuglink = debuglink or _read_debuglink(source, header, section)
     return debuglink
 
 
 def _read_debuglink(source: _Source, header: ElfHeader, section: SectionHeader) -> DebugLink | None:
-    data = source.at(section.offset, min(section.size, _MAX_PATH_BYTES + 8))
+    return parse_debuglink(source.at(section.offset, min(section.size, MAX_DEBUGLINK_BYTES)), header.order)
+
+
+def parse_debuglink(data: bytes, order: str) -> DebugLink | None:
+    """The debug link that section .gnu_debuglink holds; None where it is cut or names no file."""
     name, end, _ = data.partition(b"\0")
     crc_at = _round_up(len(name) + 1, 4)
     if not name or not end or crc_at + 4 > len(data):
         return None
-    (crc32,) = struct.unpack_from(header.order + "I", data, crc_at)
+    (crc32,) = struct.unpack_from(order + "I", data, crc_at)
     return DebugLink(_text(name), crc32)
 
 
@@ -469,10 +487,21 @@ def read_go_build_info(read: ReadAt, size: int | None) -> GoBuildInfo | None:
         if segment.segment_type == PT_LOAD and segment.filesz and len(loads) < _MAX_LOADS:
             loads.append(segment)
     blob_at = _find_go_blob(source, header, loads)
-    if blob_at is None:
-        return None
+    return None if blob_at is None else _read_go_blob(source, loads, blob_at)
+
+
+def read_go_blob(read: ReadAt, size: int | None, loads: list[ProgramHeader], blob_at: int) -> GoBuildInfo | None:
+    """
+    As `read_go_build_info`, from the blob at a known offset, in a file of any format; None where none is there.
+
+    `loads` says which address each part of the file has; only the layout before Go 1.18 needs it.
+    """
+    return _read_go_blob(_Source(read, size), loads, blob_at)
+
+
+def _read_go_blob(source: _Source, loads: list[ProgramHeader], blob_at: int) -> GoBuildInfo | None:
     blob = source.at(blob_at, _GO_HEADER_BYTES)
-    if len(blob) < _GO_HEADER_BYTES:
+    if len(blob) < _GO_HEADER_BYTES or not blob.startswith(_GO_MAGIC):
         return None
     if blob[15] & _GO_INLINE:
         version, next_at = _read_go_inline(source, blob_at + _GO_HEADER_BYTES)
@@ -496,7 +525,7 @@ def _find_go_blob(source: _Source, header: ElfHeader, loads: list[ProgramHeader]
     places = [
         (section.offset, section.size, 0)
         for section in _sections(source, header)
-        if section.section_type != _SHT_NOBITS and _has_name(section, names, b".go.buildinfo")
+        if section.section_type != SHT_NOBITS and _has_name(section, names, b".go.buildinfo")
     ][:1]
     data_segment = next((load for load in loads if load.flags & (PF_W | PF_X) == PF_W), None)
     if data_segment is not None:
