@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.timing import head
 
-ALL = ("start_up", "bulk", "log_slice", "stacks")
+ALL = ("start_up", "bulk", "log_slice", "stacks", "verify_core")
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ that the count overflows e_phnum and the kernel leaves NT_FILE out.
 
 from __future__ import annotations
 
+import json
 import re
 import resource
 import shutil
@@ -17,19 +18,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.timing import PYTHON, in_turn, row, timed
+from benchmarks.timing import PMF, PYTHON, in_turn, row, timed
 
 MAX_MAP_COUNT = Path("/proc/sys/vm/max_map_count")
 CORE_PATTERN = Path("/proc/sys/kernel/core_pattern")
 LIBRARIES = 200
-
-OURS = """
-import os, sys
-from pmforensics.formats.core import read_core_images
-fd = os.open(sys.argv[1], os.O_RDONLY)
-found = read_core_images(lambda offset, length: os.pread(fd, length, offset), os.fstat(fd).st_size)
-print(len([image for image in found.images if image.readings]), "of", len(found.images))
-"""
 
 DRGN = """
 import sys, drgn
@@ -148,7 +141,7 @@ def _said(argv: Sequence[str], folder: Path) -> str:
 
 
 def _compare(folder: Path, core: Path, what: str, asked: str, runs: int) -> None:
-    ours = [PYTHON, "-c", OURS, str(core)]
+    ours = [PMF, "verify", str(core), str(folder / "program"), "--json"]
     drgn = _drgn_command(folder, core)
     peers = {
         "eu-unstrip": ["eu-unstrip", "-n", f"--core={core}"],
@@ -162,13 +155,14 @@ def _compare(folder: Path, core: Path, what: str, asked: str, runs: int) -> None
     def our_s() -> float:
         nonlocal peak_mb
         done = timed(ours)
-        assert done.exit_code == 0
+        assert done.exit_code == 0, "the executable is the core's own"
         peak_mb = max(peak_mb, done.peak_mb)
         return done.wall_s
 
     start_s, median_s = in_turn(runs, lambda: timed([PYTHON, "-c", "pass"]).wall_s, our_s)
     size = f"{core.stat().st_size / 1e9:.1f} GB"
-    found = _said(ours, folder).strip()
+    images = json.loads(_said(ours, folder))["images"]
+    found = f"{sum(bool(row['id'] or row['candidate']) for row in images)} of {len(images)}"
     complete = {
         "eu-unstrip": lambda text: f"{len(re.findall('[0-9a-f]{40}@', text))} ids",
         "gdb": lambda text: f"{len(re.findall('^0x', text, re.MULTILINE))} libraries, no ids",
