@@ -29,8 +29,8 @@ def run(size_mb: int = 2048, runs: int = 3) -> None:
 
             def ours() -> float:
                 done = timed(
-                    [PMF, "capture", "--pid", str(target.pid), "--evidence", str(evidence), "--force", "--budget", "300s",
-                     "--core", "none", "--include", "executable", "--exclude", "provenance"]
+                    [PMF, "capture", "--pid", str(target.pid), "--evidence", str(evidence), "--force", "--core", "none",
+                     "--budget", "300s", "--include", "executable", "--exclude", "provenance"]
                 )  # fmt: skip
                 assert any(evidence.glob("*/*/data/*-executable/executable*"))
                 peaks.append(done.peak_mb)

@@ -54,9 +54,8 @@ def head() -> None:
         if line.startswith("model name"):
             model = line.partition(":")[2].strip()
             break
-    print(
-        f"{os.cpu_count()} x {model}, Linux {platform.release()}, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}"
-    )
+    versions = f"Linux {platform.release()}, Python {platform.python_version()}"
+    print(f"{os.cpu_count()} x {model}, {versions}, {time.strftime('%Y-%m-%d')}")
     print()
     print("| what | pmf | peer | ratio | asked |")
     print("|---|---|---|---|---|", flush=True)

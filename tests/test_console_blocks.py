@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,7 +80,12 @@ def test_pages_are_found() -> None:
 
 @pytest.mark.needs("go", "root")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_console_blocks_do_what_they_say(page: Path, service: dict[str, str], tmp_path: Path) -> None:
+def test_console_blocks_do_what_they_say(
+    page: Path, service: dict[str, str], tmp_path: Path, needs: Callable[..., None]
+) -> None:
+    if "cd incident\n" in page.read_text():
+        needs("gcc", "gdb")
+        subprocess.run([zoo.REPO / "fixtures" / "rebuilt-library" / "make", tmp_path / "incident"], check=True)
     steps = [step for step in steps_of(page) if not step.command.startswith("make ")]
     script = "".join(f"{step.command}\necho '{MARK}'\n" for step in steps)
     ran = subprocess.run(

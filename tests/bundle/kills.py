@@ -26,18 +26,21 @@ def killed_at(number: int, job: Callable[[], object], *, torn: bool = False) -> 
         status = 1
         try:
             left = number
-            for name in CHANGES:
 
-                def counted(*args: Any, _real: Any = getattr(os, name), _name: str = name, **more: Any) -> Any:
+            def counted(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+                def call(*args: Any, **more: Any) -> Any:
                     nonlocal left
                     left -= 1
                     if left == 0:
-                        if torn and _name == "write":
-                            _real(args[0], bytes(args[1])[: len(args[1]) // 2])
+                        if torn and name == "write":
+                            real(args[0], bytes(args[1])[: len(args[1]) // 2])
                         os.kill(os.getpid(), signal.SIGKILL)
-                    return _real(*args, **more)
+                    return real(*args, **more)
 
-                setattr(os, name, counted)
+                return call
+
+            for name in CHANGES:
+                setattr(os, name, counted(name, getattr(os, name)))
             job()
             status = 0
         except BaseException:

@@ -79,7 +79,11 @@ def finish(made: BundleWriter, ended_by: str = "done") -> Seal:
 
 
 def bundle(
-    evidence: Path, items: Iterable[Item] | None = None, *, hook: Callable[[BundleWriter], None] | None = None, **changed: Json
+    evidence: Path,
+    items: Iterable[Item] | None = None,
+    *,
+    hook: Callable[[BundleWriter], None] | None = None,
+    **changed: Json,
 ) -> Seal:
     """A sealed bundle of these items; of `whole()` when none are given."""
     made = writer(evidence, **changed)
@@ -100,7 +104,9 @@ def artifact(path: str = "one.txt", body: bytes | Iterable[bytes] = b"evidence\n
     return Artifact(path, body, f"/proc/4711/{path}", **changed)  # type: ignore[arg-type]
 
 
-GAP = Gap("second/stacks", Outcome.DENIED, Reason("access-denied", "not permitted", "Run pmf as root."), "Where was it?")
+GAP = Gap(
+    "second/stacks", Outcome.DENIED, Reason("access-denied", "not permitted", "Run pmf as root."), "Where was it?"
+)
 
 
 def whole() -> list[Item]:

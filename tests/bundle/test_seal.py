@@ -76,7 +76,9 @@ def test_gap_makes_it_incomplete_and_so_does_an_artifact_that_is_not_whole(tmp_p
     assert (gap["wanted"], gap["outcome"], gap["reason"]["code"]) == ("data/01-first/core", "partial", "cut")
 
 
-@pytest.mark.parametrize("outcome", [outcome for outcome in Outcome if outcome not in (Outcome.COLLECTED, Outcome.EMPTY)])
+@pytest.mark.parametrize(
+    "outcome", [outcome for outcome in Outcome if outcome not in (Outcome.COLLECTED, Outcome.EMPTY)]
+)
 def test_no_outcome_but_collected_and_empty_passes_for_complete(tmp_path: Path, outcome: Outcome) -> None:
     sealed = synthetic.bundle(tmp_path, synthetic.collector("first", synthetic.artifact(outcome=outcome)))
     assert sealed.evidence["completeness"] == "incomplete"

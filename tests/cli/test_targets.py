@@ -373,7 +373,9 @@ def test_terminal_escapes_in_the_names_of_a_process_reach_no_terminal_and_forge_
         assert Path(f"/proc/{pid}/comm").read_bytes() == ESCAPES["comm"][:15] + b"\n"
         said = [
             on_terminal("capture", "--pid", pid, "--evidence", tmp_path / "terminal", "--force"),
-            captures.pmf("capture", "--pid", pid, "--evidence", tmp_path / "pipe", "--force").stdout.encode("latin-1", "replace"),
+            captures.pmf("capture", "--pid", pid, "--evidence", tmp_path / "pipe", "--force").stdout.encode(
+                "latin-1", "replace"
+            ),
             on_terminal("doctor", "--pid", pid),
         ]
     folder = captures.only_bundle(tmp_path / "pipe")
@@ -412,9 +414,9 @@ def test_hostile_manifest_is_shown_without_its_escapes_and_without_a_crash(tmp_p
         assert done.returncode in (0, 1), done.stderr
         assert "\x1b" not in done.stdout + done.stderr
         assert "\x9b" not in done.stdout + done.stderr
-    for broken in ("{}", '{"capture": 1}', json.dumps({**evidence, "artifacts": [1]}), json.dumps({**evidence, "gaps": "x"}),
-                   json.dumps({**evidence, "clock": None}), json.dumps({**evidence, "target": []})):  # fmt: skip
-        (folder / "evidence.json").write_text(broken)
+    changes: list[dict[str, object]] = [{"artifacts": [1]}, {"gaps": "x"}, {"clock": None}, {"target": []}]
+    for broken in ({}, {"capture": 1}, *({**evidence, **change} for change in changes)):
+        (folder / "evidence.json").write_text(json.dumps(broken))
         done = captures.pmf("show", folder)
         assert done.returncode == 4
         assert "[bundle-broken]" in done.stderr
@@ -447,6 +449,19 @@ def test_names_that_are_no_utf8_are_captured_and_shown(tmp_path: Path) -> None:
         shown = captures.pmf(command, folder)
         assert shown.returncode in (0, 3), shown.stderr
         assert json.loads(captures.pmf(command, folder, "--json").stdout)
+
+
+def test_two_captures_of_one_process_at_the_same_time_make_two_whole_bundles(tmp_path: Path) -> None:
+    with zoo.start("c", "threads", 4) as sick:
+        both = [captures.start_pmf("capture", "--pid", sick.pid, "--evidence", tmp_path, "--force") for _ in range(2)]
+        for one in both:
+            one.communicate(timeout=captures.TIMEOUT_S)
+            assert one.returncode in (0, 3)
+        sick.assert_alive()
+    folders = captures.bundles(tmp_path)
+    assert len(folders) == 2
+    for folder in folders:
+        captures.judge(folder)
 
 
 def test_clock_of_the_capture_brackets_it(tmp_path: Path) -> None:

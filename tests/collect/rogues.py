@@ -476,6 +476,21 @@ class GdbHolds(_Rogue):
         host.run(["gdb", "-q", "-batch", "-p", str(target.pid), "-ex", "shell sleep 990"], timeout_s=900)
 
 
+class Escapes(_Rogue):
+    """Leaves a debugger outside its process group that holds the target."""
+
+    stops = True
+    limit_s = 20.0
+
+    def collect(self, target: Target, host: Host) -> Iterator[Artifact | Gap]:
+        command = ["gdb", "-q", "-batch", "-p", str(target.pid), "-ex", "shell sleep 30"]
+        quiet = subprocess.DEVNULL
+        subprocess.Popen(command, start_new_session=True, stdout=quiet, stderr=quiet)
+        while "t" not in Path(f"/proc/{target.pid}/stat").read_text().rpartition(")")[2].split()[0]:
+            time.sleep(0.01)
+        yield _small("before.txt")
+
+
 # ---- they wait for the test
 
 

@@ -33,7 +33,18 @@ finally:
 """
 ALLOWED = {"pmforensics", "click", "backports", "compression"}
 # Loaded for one kind of target or one option only: a capture that does not need them must not pay for them.
-HEAVY = {"asyncio", "email", "ssl", "http.client", "urllib.request", "zipfile", "tempfile", "logging", "unittest", "xml"}
+HEAVY = {
+    "asyncio",
+    "email",
+    "ssl",
+    "http.client",
+    "urllib.request",
+    "zipfile",
+    "tempfile",
+    "logging",
+    "unittest",
+    "xml",
+}
 
 
 def imported(tmp_path: Path, *args: object) -> tuple[set[str], set[str]]:

@@ -105,7 +105,9 @@ def test_module_is_named_after_its_subject(path: Path) -> None:
 
 def test_nothing_of_the_tests_is_imported_by_the_package() -> None:
     for path in FILES:
-        assert not {name for name in imports_of(path) if name.split(".")[0] in ("tests", "benchmarks", "pytest", "bagit")}
+        assert not {
+            name for name in imports_of(path) if name.split(".")[0] in ("tests", "benchmarks", "pytest", "bagit")
+        }
 
 
 @pytest.mark.parametrize("room", ["model", "formats"])

@@ -17,9 +17,7 @@ from pmforensics.cli import COMMANDS
 from pmforensics.collect.base import Collector
 from pmforensics.model.capture import Ask, CoreKind
 
-COLLECTORS = list(
-    collect.collectors(Ask(pid=1, core=CoreKind.FULL, heap_dump=True, include=frozenset(collect.OPT_IN)))
-)
+COLLECTORS = list(collect.collectors(Ask(pid=1, core=CoreKind.FULL, heap_dump=True, include=frozenset(collect.OPT_IN))))
 HEADINGS = ("Source", "Yields", "Cost", "Partial", "Errors")
 CLASS_VARS = {"name": str, "question": str, "limit_s": float, "stops": bool, "opt_in": bool}
 
@@ -36,7 +34,7 @@ def test_there_are_collectors_and_each_name_is_there_once() -> None:
 
 
 def test_names_known_without_imports_are_those_of_the_collectors_in_their_order() -> None:
-    assert collect.NAMES == tuple(collector.name for collector in COLLECTORS)
+    assert tuple(collector.name for collector in COLLECTORS) == collect.NAMES
     assert {collector.name for collector in COLLECTORS if collector.opt_in} == set(collect.OPT_IN)
 
 
@@ -101,7 +99,9 @@ def test_every_error_stands_in_the_tree_of_the_docstring_with_a_code_of_its_own(
 
 
 def test_every_error_is_raised_or_derived_from_somewhere() -> None:
-    source = "\n".join(path.read_text() for path in Path(errors.__file__).parent.rglob("*.py") if path.name != "errors.py")
+    source = "\n".join(
+        path.read_text() for path in Path(errors.__file__).parent.rglob("*.py") if path.name != "errors.py"
+    )
     kinds = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.PmfError)]
     for kind in kinds:
         derived = any(kind in other.__bases__ for other in kinds)

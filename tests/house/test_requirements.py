@@ -41,7 +41,9 @@ def test_no_index_address_stands_in_the_requirements(path: Path) -> None:
 def test_lock_of_a_running_pmf_holds_what_the_project_declares_and_no_more() -> None:
     declared = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]["dependencies"]
     names = {re.match(r"[a-z0-9.-]+", line)[0].replace(".", "-") for line in declared}  # type: ignore[index]
-    locked = {re.match(r"[a-z0-9._-]+", line)[0].replace(".", "-") for line in entries(REPO / "requirements" / "run.txt")}  # type: ignore[index]
+    locked = {
+        re.match(r"[a-z0-9._-]+", line)[0].replace(".", "-") for line in entries(REPO / "requirements" / "run.txt")
+    }  # type: ignore[index]
     assert names <= locked
     assert len(locked) <= len(names) + 2, f"what came in with them? {locked - names}"
 

@@ -89,9 +89,9 @@ class Journal:
                 self.fd = -1
 
 
-def read_journal(folder: Path) -> tuple[list[Record], int]:
+def read_journal(folder: Path, *, without: frozenset[str] = frozenset()) -> tuple[list[Record], int]:
     """
-    All whole records, and the number of lines that could not be read.
+    All whole records but those of the events in `without`, and the number of lines that could not be read.
 
     A kill can tear the last line; anything else unreadable means that somebody wrote into the file.
     Errors: NotABundle, BundleBroken (too large, no record at all).
@@ -112,10 +112,10 @@ def read_journal(folder: Path) -> tuple[list[Record], int]:
             except (ValueError, RecursionError):
                 unread += 1
                 continue
-            if isinstance(record, dict) and isinstance(record.get("event"), str):
-                records.append(record)
-            else:
+            if not isinstance(record, dict) or not isinstance(record.get("event"), str):
                 unread += 1
+            elif record["event"] not in without:
+                records.append(record)
     if not records:
         raise BundleBroken(f"{path} holds no readable record")
     return records, unread

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import fields, replace
 from typing import Any
 
 from pmforensics.collect.base import Host
 from pmforensics.collect.pin import Pin, split_stat
-from pmforensics.errors import CollectError, FormatError
+from pmforensics.errors import CollectError, FormatError, TargetGone
 from pmforensics.formats.argv import parse_cmdline, redact_argv
 from pmforensics.formats.elf import ElfIdentity, read_elf_identity, read_go_build_info
 from pmforensics.formats.proc import parse_cgroup, parse_maps, parse_status
@@ -23,20 +25,25 @@ _NODE = re.compile(r"(?:node|nodejs|libnode\.so[.\d]*)$")
 
 
 def examine(pin: Pin, host: Host) -> dict[str, Json]:
-    """
-    Everything in a Target, as JSON for the manifest; what cannot be read stays at its default.
+    """Everything in a Target, as JSON for the manifest; what cannot be read stays at its default."""
+    *_, known = iter_examination(pin, host)
+    return known
 
-    Files that do not need the target's memory lock (status, cgroup, links) come before those that do
-    (cmdline, maps): in a wedged process the latter can hang for ever, and then the former are still known.
+
+def iter_examination(pin: Pin, host: Host) -> Iterator[dict[str, Json]]:
     """
-    target = Target(pin.pid, pin.start_ticks, pin.state, pin.comm)
-    target = _from_stat(target, pin)
-    target = _from_status(target, host)
-    target = _from_namespaces(target, host)
-    target = _from_cgroup(target, host)
-    target = _from_executable(target, host)
-    target = _from_memory(target, host)
-    return target_json(target)
+    What `examine` returns, first without and then with what is in the target's memory.
+
+    Files that do not need the target's memory lock (status, cgroup, links) come before those that do (cmdline,
+    maps). In a wedged process the latter can hang for ever, and then the former are still known.
+    """
+    target = _from_stat(Target(pin.pid, pin.start_ticks, pin.state, pin.comm), pin)
+    with suppress(TargetGone):  # a zombie, or just now: what is known by then still is
+        for step in (_from_status, _from_namespaces, _from_cgroup, _from_executable):
+            target = step(target, host)
+        yield target_json(target)
+        target = _from_memory(target, host)
+    yield target_json(target)
 
 
 def target_json(target: Target) -> dict[str, Json]:

@@ -261,12 +261,12 @@ class LocalHost:
         from pmforensics.formats.argv import redact_url
 
         shown = redact_url(url)
-        parts = urlsplit(url)
         try:
+            parts = urlsplit(url)
             port = parts.port
         except ValueError:
-            port = -1
-        if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
+            raise EndpointRefused(f"{shown} is not an http address") from None
+        if parts.scheme not in ("http", "https") or not parts.hostname:
             raise EndpointRefused(f"{shown} is not an http address")
         self.check_deadline()
         self._enter_network()

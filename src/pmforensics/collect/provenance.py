@@ -206,9 +206,12 @@ def _jar_manifest(fd: int) -> str | None:
     import zlib
 
     try:
-        with os.fdopen(os.dup(fd), "rb") as file, zipfile.ZipFile(file) as jar:
-            with jar.open("META-INF/MANIFEST.MF") as manifest:
-                return manifest.read(MANIFEST_LIMIT_BYTES).decode("utf-8", "replace")
+        with (
+            os.fdopen(os.dup(fd), "rb") as file,
+            zipfile.ZipFile(file) as jar,
+            jar.open("META-INF/MANIFEST.MF") as manifest,
+        ):
+            return manifest.read(MANIFEST_LIMIT_BYTES).decode("utf-8", "replace")
     except (zipfile.BadZipFile, KeyError, OSError, ValueError, NotImplementedError, RuntimeError, zlib.error):
         return None
 

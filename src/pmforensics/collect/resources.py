@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar
 
 from pmforensics.collect.base import Host
 from pmforensics.collect.gaps import gap_of
-from pmforensics.errors import CollectError, NotThere
+from pmforensics.errors import CollectError, NotThere, TargetGone
 from pmforensics.formats.proc import parse_cgroup
 from pmforensics.model.capture import Artifact, Gap
 from pmforensics.model.process import Target
@@ -58,7 +59,8 @@ class Resources:
         return True
 
     def collect(self, target: Target, host: Host) -> Iterator[Artifact | Gap]:
-        yield from self._cgroup(host)
+        with suppress(TargetGone):  # the host's files are worth having all the same; smaps_rollup tells that it is gone
+            yield from self._cgroup(host)
         for path in HOST_FILES:
             yield from self._file(f"host/{posixpath.basename(path)}", path, host)
         if target.kernel_thread:

@@ -370,10 +370,11 @@ def _leftovers(worker: Worker, spool: Path) -> Iterator[Item]:
 def _examine(
     pin: Pin, target: Target, limit_s: float, spool_root: Path, floor_bytes: int, stop: Stop, guard: Guard
 ) -> Generator[Item, None, Target]:
-    from pmforensics.collect.examine import examine, read_target_json
+    from pmforensics.collect.examine import iter_examination, read_target_json
 
     def job(host: Host, send: Sender) -> None:
-        send.control(kind="fact", name="target", value=examine(pin, host))
+        for value in iter_examination(pin, host):
+            send.control(kind="fact", name="target", value=value)
 
     worker = start(job, pin, target, limit_s=limit_s, spool=spool_root, floor_bytes=floor_bytes, stop=stop)
     guard.watch(worker.pid, stops=False)

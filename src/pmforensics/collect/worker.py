@@ -200,13 +200,19 @@ class Worker:
         return kind, length
 
     def message(self, length: int) -> dict[str, Any] | None:
-        """The control message of that length; None when the pipe ended inside it."""
+        """The control message of that length; None when the pipe ended inside it, or it is none."""
         import json
 
         if length > MAX_CONTROL_BYTES:
             return None
         payload = self.receive_exactly(length)
-        return json.loads(payload) if len(payload) == length else None
+        if len(payload) < length:
+            return None
+        try:
+            message = json.loads(payload)
+        except ValueError:
+            return None  # something else in that process wrote into the pipe
+        return message if isinstance(message, dict) and "kind" in message else None
 
     def data(self, length: int) -> Iterator[bytes]:
         """The pieces of a data frame."""

@@ -214,7 +214,7 @@ def _against_oxum(folder: Path, present: dict[str, int]) -> list[str]:
         info = read_tag_file(folder, BAG_INFO).decode("utf-8", "replace")
     except BundleBroken:
         return []  # already a finding: it is one of the sealed files
-    match = re.search(r"^Payload-Oxum: (\d{1,20})\.(\d{1,20})$", info, re.MULTILINE)
+    match = re.search(r"^Payload-Oxum: ([0-9]{1,20})\.([0-9]{1,20})$", info, re.MULTILINE)
     counted = (sum(present.values()), len(present))
     if match is None or (int(match[1]), int(match[2])) != counted:
         return [f"Payload-Oxum says otherwise than the {counted[1]} files with {counted[0]} bytes that are there"]
@@ -236,9 +236,7 @@ def _against_custody(folder: Path, digest: str, evidence: dict[str, Any]) -> lis
 
 def _against_derived(folder: Path, records: list[dict[str, Any]]) -> list[str]:
     """Conclusions lie outside the seal; each one's digest stands in the custody chain."""
-    named = {
-        str(record.get("path")): record.get("sha256") for record in records if record.get("event") == "derived"
-    }
+    named = {str(record.get("path")): record.get("sha256") for record in records if record.get("event") == "derived"}
     wrong = []
     for path, digest in named.items():
         if not is_payload_path(path) or not path.startswith(f"{DERIVED}/"):
