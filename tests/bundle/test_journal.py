@@ -17,6 +17,7 @@ from pmforensics.errors import BundleBroken, BundleBusy, NotABundle
 from tests import captures
 
 
+@pytest.mark.needs("strace")
 def test_line_is_written_and_synced_before_write_returns(tmp_path: Path) -> None:
     # strace is the witness: one write, then one fdatasync, for each record that asks for it.
     code = f"""
@@ -34,11 +35,6 @@ journal.write("quick-one", sync=False)
     calls = re.findall(r"(write|fdatasync)\((\d+)(.*)", trace.read_text())
     fd = next(number for name, number, rest in calls if "synced-one" in rest)
     assert [name for name, number, _ in calls if number == fd] == ["write", "fdatasync", "write"]
-
-
-test_line_is_written_and_synced_before_write_returns = pytest.mark.needs("strace")(
-    test_line_is_written_and_synced_before_write_returns
-)
 
 
 def test_torn_last_line_is_counted_and_the_next_record_stands_alone(tmp_path: Path) -> None:

@@ -124,6 +124,7 @@ def test_hostile_service_and_host_names_stay_inside_the_evidence_folder(tmp_path
     assert captures.evidence_of(sealed.folder)["capture"]["service"] == name
 
 
+@pytest.mark.needs("openssl")
 def test_custody_chain_holds_when_recomputed_in_the_shell(tmp_path: Path) -> None:
     sealed = synthetic.bundle(tmp_path)
     # prev of line n is the sha256 of line n-1 with its newline; the seal names the last line that it saw.

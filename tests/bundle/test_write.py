@@ -234,6 +234,7 @@ def compressible(size: int, seed: int = 1) -> bytes:
     return b"".join(noise(32 * 1024, seed + number) + bytes(32 * 1024) for number in range(size // (64 * 1024)))
 
 
+@pytest.mark.needs("zstd")
 def test_slow_volume_gets_zstd_that_decodes_to_the_recorded_content(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,7 +330,7 @@ def test_bulk_stops_at_the_floor_and_the_rest_is_still_kept(tmp_path: Path) -> N
         assert evidence["completeness"] == "incomplete"
 
 
-@pytest.mark.needs("root", "mkfs.ext4")
+@pytest.mark.needs("root", "mkfs.ext4", "zstd")
 @pytest.mark.parametrize("compress", [False, True], ids=["plain", "zstd"])
 def test_volume_that_fills_up_under_an_artifact_leaves_a_true_partial_and_room_for_the_seal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compress: bool
@@ -401,7 +402,7 @@ def test_volume_too_full_for_the_seal_is_finished_by_recover_once_there_is_room(
         captures.judge(sealed.folder)
 
 
-@pytest.mark.needs("root", "mkfs.ext4")
+@pytest.mark.needs("root", "mkfs.ext4", "e2fsck")
 def test_volume_that_fails_and_turns_read_only_is_a_volume_error_and_recovers_after_repair(tmp_path: Path) -> None:
     with volumes.ext4(tmp_path / "volume", 64) as place:
         made = synthetic.writer(place)

@@ -23,6 +23,8 @@ from pmforensics.errors import BundleBroken, NotABundle
 from pmforensics.verify.integrity import Integrity, check_integrity
 from tests import captures, zoo
 
+pytestmark = pytest.mark.needs("gcc")
+
 SEED = int(os.environ.get("PMF_TEST_SEED", "20261120"))
 KILLS = 200
 AT_ONCE = 4  # captures wait for the disk more than for the processor

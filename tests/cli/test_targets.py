@@ -60,6 +60,7 @@ def test_pid_that_is_no_number_is_a_usage_error(tmp_path: Path, pid: str) -> Non
     assert captures.pmf("capture", "--pid", pid, "--evidence", tmp_path, "--force").returncode == 2
 
 
+@pytest.mark.needs("gcc")
 def test_thread_id_names_the_process_to_capture_instead(tmp_path: Path) -> None:
     with zoo.start("c", "threads", 2) as sick:
         tid = max(int(path.name) for path in Path(f"/proc/{sick.pid}/task").iterdir())
@@ -82,6 +83,7 @@ def test_pmf_does_not_capture_itself(tmp_path: Path) -> None:
 # ---- states
 
 
+@pytest.mark.needs("gcc")
 def test_target_that_was_stopped_stays_stopped_and_is_shown_so(tmp_path: Path) -> None:
     with zoo.start("c", "threads", 2) as sick:
         os.kill(sick.pid, signal.SIGSTOP)
@@ -139,6 +141,7 @@ def test_kernel_thread_is_captured_without_stacks_of_its_own_program(tmp_path: P
 # ---- they go away
 
 
+@pytest.mark.needs("go")
 def test_target_that_exits_by_itself_during_the_capture_leaves_a_true_bundle(tmp_path: Path) -> None:
     for delay_ms in (100, 300, 600, 1000):
         with zoo.start("go", "goes-away", delay_ms) as sick:
@@ -156,11 +159,6 @@ def test_target_that_exits_by_itself_during_the_capture_leaves_a_true_bundle(tmp
                 assert f"Process {sick.pid} exited during the capture." in done.stdout
                 assert evidence["completeness"] == "incomplete"
                 assert evidence["artifacts"]
-
-
-test_target_that_exits_by_itself_during_the_capture_leaves_a_true_bundle = pytest.mark.needs("go")(
-    test_target_that_exits_by_itself_during_the_capture_leaves_a_true_bundle
-)
 
 
 def test_target_killed_between_two_collectors_is_recorded_as_gone(tmp_path: Path) -> None:
@@ -256,7 +254,7 @@ def test_successor_with_the_same_pid_is_never_read(tmp_path: Path) -> None:
 # ---- somewhere else, somebody else's
 
 
-@pytest.mark.needs("root", "unshare")
+@pytest.mark.needs("root", "unshare", "gcc")
 def test_process_in_other_namespaces_is_captured_as_it_sees_itself(tmp_path: Path) -> None:
     with zoo.start("c", "threads", 2, prefix=("unshare", "--pid", "--fork", "--mount-proc", "--net")) as sick:
         folder = captures.capture(sick.pid, tmp_path)
@@ -451,6 +449,7 @@ def test_names_that_are_no_utf8_are_captured_and_shown(tmp_path: Path) -> None:
         assert json.loads(captures.pmf(command, folder, "--json").stdout)
 
 
+@pytest.mark.needs("gcc")
 def test_two_captures_of_one_process_at_the_same_time_make_two_whole_bundles(tmp_path: Path) -> None:
     with zoo.start("c", "threads", 4) as sick:
         both = [captures.start_pmf("capture", "--pid", sick.pid, "--evidence", tmp_path, "--force") for _ in range(2)]

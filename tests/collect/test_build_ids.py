@@ -19,6 +19,8 @@ from pmforensics.collect.build_ids import BuildIds
 from tests import captures, zoo
 from tests.collect.harness import Collected, collect_one
 
+pytestmark = pytest.mark.needs("root")  # map_files is for CAP_SYS_ADMIN
+
 SLEEPER = """
 #include <unistd.h>
 int main(void) { for (;;) pause(); }

@@ -17,6 +17,8 @@ from pmforensics.collect.guard import Guard, set_free, states_of
 from pmforensics.collect.pin import pin
 from tests import captures, zoo
 
+pytestmark = pytest.mark.needs("root", "gcc")
+
 ROGUES = (sys.executable, "-m", "tests.collect.rogues")
 
 

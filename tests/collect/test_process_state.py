@@ -19,6 +19,9 @@ from tests import captures, users, zoo
 from tests.collect.harness import Collected, collect_one
 
 
+pytestmark = pytest.mark.needs("root")
+
+
 def lines(collected: Collected, path: str) -> list[dict[str, object]]:
     """A JSON-lines artifact."""
     return [json.loads(line) for line in collected.artifacts[path].splitlines()]

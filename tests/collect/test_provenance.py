@@ -127,7 +127,10 @@ def test_lock_files_of_a_node_program_are_told_with_their_digests(tmp_path: Path
             collected = collect_one(Provenance(), process.pid, tmp_path)
         finally:
             process.kill()
-    files = part(collected, "node")["files"]
+    told = part(collected, "node")
+    said = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout.strip()
+    assert told["version"] == said
+    files = told["files"]
     for name in ("package.json", "package-lock.json"):
         assert files[str(project / name)]["sha256"] == sha256sum(project / name)
 

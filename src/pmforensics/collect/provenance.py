@@ -22,6 +22,8 @@ MAX_JARS = 2_000
 MAX_PACKAGES = 20_000
 MANIFEST_LIMIT_BYTES = 64 * KIB
 NODE_LOCKS = ("package-lock.json", "npm-shrinkwrap.json", "yarn.lock", "pnpm-lock.yaml", "package.json")
+NODE_RELEASE_BYTES = 64
+_NODE_RELEASE = re.compile(rb"/release/(v\d{1,4}\.\d{1,4}\.\d{1,4})/node-v")
 _SITE_PACKAGES = re.compile(r"(/.*?/(?:site|dist)-packages)/")
 _PYTHON_PREFIX = re.compile(r"(/.*)/bin/python[\d.]*$")
 
@@ -117,7 +119,7 @@ class Provenance:
         return {"interpreter": target.exe, "distributions": found}
 
     def _node(self, target: Target, host: Host) -> dict[str, Json]:
-        value: dict[str, Json] = {"executable": target.exe, "files": {}}
+        value: dict[str, Json] = {"executable": target.exe, "version": _node_version(host), "files": {}}
         folder = host.link_proc("cwd")
         script = next((word for word in target.argv[1:] if not word.startswith("-")), None)
         starts = [folder]
@@ -185,6 +187,24 @@ def _digest(fd: int, host: Host) -> dict[str, Json]:
     for chunk in host.iter_fd(fd):
         digest.update(chunk)
     return {"sha256": digest.hexdigest(), "bytes": os.fstat(fd).st_size}
+
+
+def _node_version(host: Host) -> str | None:
+    """
+    The version that Node was built as, from the download address that its executable carries as process.release.
+
+    The executable is not asked: running a program of the target's is no way to look at it. None in builds without.
+    """
+    fd = host.open_proc("exe")
+    try:
+        tail = b""
+        for chunk in host.iter_fd(fd):
+            if match := _NODE_RELEASE.search(tail + chunk):
+                return match[1].decode()
+            tail = chunk[-NODE_RELEASE_BYTES:]
+    finally:
+        os.close(fd)
+    return None
 
 
 def _open_files(target: Target, host: Host, suffixes: tuple[str, ...]) -> dict[str, str]:

@@ -23,7 +23,7 @@ from pmforensics.formats import codeview
 from pmforensics.formats.core import go_id
 from pmforensics.formats.core_memory import text_of
 from pmforensics.formats.elf import PT_LOAD, GoBuildInfo, ProgramHeader, ReadAt, read_go_blob
-from pmforensics.model.image import DumpImages, ImageId, Unread
+from pmforensics.model.image import ImageId, Unread
 
 MH_OBJECT, MH_EXECUTE, MH_CORE, MH_DYLIB, MH_DYLINKER, MH_BUNDLE = 1, 2, 4, 6, 7, 8
 MH_DSYM, MH_KEXT_BUNDLE, MH_FILESET = 10, 11, 12
@@ -464,13 +464,6 @@ def read_macho_slices(read: ReadAt, size: int) -> list[Slice]:
     if not any(one.file_type for one in slices):
         raise BrokenMachO(slices[0].lost[0] if slices else "The fat Mach-O file lists no architectures.")
     return slices
-
-
-def read_macho_core_images(read: ReadAt, size: int) -> DumpImages:
-    """The images of a Mach-O core: see `macho_core`."""
-    from pmforensics.formats import macho_core
-
-    return macho_core.read_macho_core_images(read, size)
 
 
 @dataclass(frozen=True, slots=True)

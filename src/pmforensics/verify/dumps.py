@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from pmforensics.errors import DumpUnreadable, FormatError
 from pmforensics.formats.elf import ET_CORE, parse_elf_header
-from pmforensics.formats.macho import MH_CORE, is_macho, read_macho_core_images, read_macho_slices
+from pmforensics.formats.macho import MH_CORE, is_macho, read_macho_slices
+from pmforensics.formats.macho_core import read_macho_core_images
 from pmforensics.model.capture import GIB, MIB
 from pmforensics.model.image import DumpImage, DumpImages, Reading, Unread
 from pmforensics.verify.candidates import Candidate, OpenFile, naming, read_candidate

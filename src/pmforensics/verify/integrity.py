@@ -167,6 +167,8 @@ def _walk(folder: Path, wrong: list[str]) -> dict[str, int]:
             elif not stat.S_ISDIR(mode.st_mode):
                 wrong.append(f"{inside} is not a regular file")
     expected = {*SEALED_FILES, TAG_MANIFEST, CUSTODY, DATA, schema_folder}
+    if (folder / DERIVED).is_dir() and not (folder / DERIVED).is_symlink():
+        expected.add(DERIVED)
     wrong += [f"{entry.name} was added" for entry in os.scandir(folder) if entry.name not in expected]
     with suppress(NotADirectoryError, FileNotFoundError):  # findings already
         wrong += [f"{schema_folder}/{n} was added" for n in os.listdir(folder / schema_folder) if n != schema_file]
@@ -243,7 +245,7 @@ def _against_derived(folder: Path, records: list[dict[str, Any]]) -> list[str]:
             wrong.append(f"{CUSTODY} names a derived file that pmf would not write")
         elif _hash(folder / path, lambda _: None) != digest:
             wrong.append(f"{path} is missing or changed")
-    if (folder / DERIVED).is_dir():
+    if (folder / DERIVED).is_dir() and not (folder / DERIVED).is_symlink():
         present = sorted(entry.name for entry in os.scandir(folder / DERIVED))
         wrong += [f"{DERIVED}/{name} was added" for name in present if f"{DERIVED}/{name}" not in named]
     return wrong
