@@ -18,7 +18,6 @@ from pmforensics.model.capture import Outcome
 from tests import captures, users, zoo
 from tests.collect.harness import Collected, collect_one
 
-
 pytestmark = pytest.mark.needs("root")
 
 
